@@ -19,6 +19,7 @@ from probes.prompts.english.match import match_text
 pytestmark = pytest.mark.slow
 
 FOX = "If I have two foxes and I take away one, how many foxes do I have?"
+FREE = "Tom has 7 coins. He loses 3 coins. How many coins does he have left?"
 SMALL = ExplainSettings(prompts=8, nulls=1)
 
 
@@ -94,6 +95,28 @@ def test_other_questions_are_of_the_same_form_and_apart_from_the_search(prompts)
         assert match_text(FOX).text not in {pair.clean.text for pair in pairs}
     changed = prompts.own[BOTH].counterfactual
     assert int(changed["x"]) - int(changed["y"]) == int(changed.answer("number"))
+
+
+def test_a_text_that_fits_no_template_is_tested_with_numbers_that_are_not_shown(distilled):
+    question = match_text(FREE)
+    made = sample_walkthrough_prompts(
+        question, pattern("take-away"), [distilled.tokenizer], prompts=8, seed=0
+    )
+    assert made.same_question and set(made.others.test) == {"x", "y", BOTH}
+    for name, pairs in made.others.test.items():
+        assert {pair.clean.text for pair in pairs} == {question.text}
+        searched = [p.counterfactual.text for p in made.others.search.get(name, ())]
+        tested = [pair.counterfactual.text for pair in pairs]
+        assert len(tested) >= 4 and len({*tested, *searched}) == len(tested) + len(searched)
+        assert made.own[name].counterfactual.text not in tested
+        assert name == BOTH or made.own[name].counterfactual.text == searched[0]
+
+
+def test_a_walk_through_of_a_free_text_says_how_many_numbers_it_found(distilled):
+    walk = explain(distilled, FREE, settings=SMALL)
+    assert walk.same_question
+    assert all(count < 8 for count in walk.too_few.values()) and "y" in walk.too_few
+    assert walk.summary()[-1].startswith("Fewer other numbers in this same question than the 8")
 
 
 def test_attention_is_compared_with_equal_weights(walk):

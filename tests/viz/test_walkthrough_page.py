@@ -1,11 +1,13 @@
 """Page of a walk-through: plain without scripts, a player with them."""
 
+import json
 import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from probes import load_result
 from probes.comparison.paths.result import PathEffect
 from probes.comparison.walkthrough.result import Fetch, Look, ModelWalk, Swap, Walkthrough
 from probes.observe.result import Gate
@@ -109,6 +111,49 @@ def test_each_exchange_has_its_number_its_control_and_its_null():
         )
         assert "the noun stays in 100" in text or "the number stays in 100" in text
         assert "other words of this layer" in text or "other heads" in text or "layer" not in text
+
+
+def test_numbers_of_one_question_are_not_called_other_questions_and_have_no_interval():
+    weak = replace(model_walk("full", 4).fetch[0].swaps[0], rate=NONE)
+    fetch = (replace(model_walk("full", 4).fetch[0], swaps=(weak,)),)
+    made = walk(same_question=True, models=(replace(model_walk("full", 4), fetch=fetch),))
+    body = walkthrough_page(made).body
+    assert "right with 29 of 32 other numbers in this same question; untrained models" in body
+    assert "chosen on other numbers in this same question" in body
+    assert "at least 90\N{NO-BREAK SPACE}% of the other numbers in this same question" in body
+    assert "the best on the numbers of the search, sets it with 0" in body
+    gate = "In 200 other questions its number is right"
+    assert gate in body and "other questions" not in body.replace(gate, "")
+    exchanges = body[body.index("Does the answer follow") :]
+    assert "interval 8" not in exchanges and "95 % interval" not in exchanges
+    summary = [line for line in made.summary() if "with the state" in line]
+    assert all("other numbers in this same question 0." in line for line in summary)
+    assert not any("[" in line or "other questions" in line for line in summary)
+    assert made.table()[["low", "high"]].isna().all(axis=None)
+
+
+def test_fewer_pairs_than_asked_for_are_said_on_the_page_and_in_the_summary():
+    text = "Fewer other questions than the 32 asked for"
+    assert text not in walkthrough_page(walk()).body
+    one = model_walk("full", 4)
+    words = (replace(one.words[0], prompts=4), *one.words[1:], replace(one.words[0], prompts=3))
+    words = (*words[:-1], replace(words[-1], variable="x and y"))
+    made = walk(models=(replace(one, words=words),), skipped="why")
+    assert f"{text}: x 4, x and y 3." in made.summary()
+    assert made.summary()[-1] == "why"
+    labels = "4 for the first number, 3 for the first number and the second number."
+    assert f"{text}: {labels}" in walkthrough_page(made).body
+
+
+def test_a_saved_walk_through_without_the_flag_is_of_other_questions(tmp_path):
+    walk().save(tmp_path / "w.json")
+    saved = json.loads((tmp_path / "w.json").read_text())
+    assert '"same_question": false' in json.dumps(saved)
+    text = json.dumps(saved).replace('"same_question": false, ', "")
+    text = text.replace(', "same_question": false', "")
+    (tmp_path / "w.json").write_text(text)
+    again = load_result(tmp_path / "w.json")
+    assert not again.same_question and again.summary() == walk().summary()
 
 
 def test_a_place_that_no_state_holds_is_said_to_be_none():

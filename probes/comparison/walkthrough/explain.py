@@ -39,7 +39,8 @@ class ExplainSettings:
     """Sizes of a walk-through.
 
     Attributes:
-        prompts: Other questions of the same form, for each variable that is changed.
+        prompts: Other questions of the same form, for each variable that is changed; other numbers
+            where the text fits no template. Fewer are used where fewer are found.
         nulls: Random-init models of each shape, at least one. A further one exceeds all of n with
             probability 1 / (n + 1), so labels need 19 for a rate of 0.05.
         seed: Seed of the questions, of the random-init models and of the bootstrap.
@@ -63,7 +64,8 @@ def explain(
     """Walk one question through a model by interventions, and through a relative beside it.
 
     Each state is replaced by the state of a changed version of the question. Places are chosen on
-    some questions of the same form and measured on others.
+    some questions of the same form and measured on others; with numbers of the same text where it
+    fits no template.
 
     Args:
         model: A family name, a folder, a hub id or a loaded model.
@@ -138,6 +140,7 @@ def _walk_through(
         prompts=settings.prompts,
         nulls=settings.nulls,
         seed=settings.seed,
+        same_question=prompts.same_question,
     )
 
 

@@ -1,4 +1,7 @@
-"""Prompts of a walk-through: the question, one changed version of it, and others of its form."""
+"""Prompts of a walk-through: the question, one changed version of it, and others of its form.
+
+A text that fits no template has no others of its form, only other numbers.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,12 +32,18 @@ class WalkthroughPrompts:
     Attributes:
         question: The question.
         own: For each contrast the question with one changed version.
-        others: Pairs of other questions of the same form, apart for search and test.
+        others: Pairs of other questions of the same form, apart for search and test. Where the
+            question fits no template, pairs of the question itself with its other changed versions.
     """
 
     question: Question
     own: Mapping[str, Pair]
     others: PathPrompts
+
+    @property
+    def same_question(self) -> bool:
+        """Whether all pairs are of the question itself, as it fits no template."""
+        return self.question.template == FREE_TEXT
 
 
 def sample_walkthrough_prompts(
@@ -47,31 +56,36 @@ def sample_walkthrough_prompts(
 ) -> WalkthroughPrompts:
     """Sample pairs with equal tokens in all tokenizers, of the template of the question.
 
-    A question that fits no template has its own changed versions only.
+    A question that fits no template has its own changed versions only; the one that is shown is
+    among those of the search, not among those that are tested.
 
     Raises:
         PatternError: The question has no changed version that the tokenizers can read.
     """
     own: dict[str, list[Pair]] = {}
+    is_free = question.template == FREE_TEXT
+    count = 2 * prompts  # A third is for the search.
+    most = count if is_free else prompts
     for contrast, other in _changed_versions(question, pattern, seed):
         pair = Pattern.make_pair(contrast, question, other)
-        if len(own.get(contrast, ())) < prompts and is_aligned(pair, tokenizers):
+        if len(own.get(contrast, ())) < most and is_aligned(pair, tokenizers):
             own.setdefault(contrast, []).append(pair)
     if not {"x", "y"} & set(own):
         raise PatternError(
             f"No changed version of {question.text!r} has as many tokens and another answer: ask "
             "with other numbers"
         )
+    shown = {name: _easiest(name, pairs) for name, pairs in own.items()}
     search, test = {}, {}
     for contrast in own:
-        pairs = own[contrast]
-        if question.template != FREE_TEXT:
+        # First, so that it is in the search: what is shown as an example is not tested as another.
+        pairs = sorted(own[contrast], key=lambda pair: pair is not shown[pair.contrast])
+        if not is_free:
             one_form = _with_template(pattern, question.template)
-            pairs = _sample_pairs(one_form, contrast, tokenizers, count=2 * prompts, seed=seed)
+            pairs = _sample_pairs(one_form, contrast, tokenizers, count=count, seed=seed)
             pairs = [pair for pair in pairs if pair.clean.text != question.text]
         cut = max(1, len(pairs) // 3)
         search[contrast], test[contrast] = tuple(pairs[:cut]), tuple(pairs[cut:][:prompts])
-    shown = {name: _easiest(name, pairs) for name, pairs in own.items()}
     if "x" in own and "y" in own:
         first = _both_numbers([shown["x"]], pattern, tokenizers, seed)
         shown |= {BOTH: first[0]} if first else {}

@@ -1,5 +1,6 @@
 """Result of a walk-through: what each intervention did to the answer, in plain numbers."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -46,11 +47,13 @@ class Swap:
         old, new: Words of the variable in the question, and in its changed version.
         expected: Answer to the changed version.
         says: What the model answers to the question after the swap: its most likely token.
-        rate: Fraction of other questions whose answer becomes that of their changed version.
+        rate: Fraction of other questions whose answer becomes that of their changed version. All
+            fractions are of other numbers in one text where `Walkthrough.same_question` is true;
+            intervals over questions mean nothing there.
         other_kept: Fraction in which the other answer stays; None where there is one answer.
         elsewhere: Largest such rate among the other roles of the layer, or among all other heads.
         null: Largest such rate in random-init models.
-        prompts: Number of other questions.
+        prompts: Number of other questions, or of other numbers.
     """
 
     variable: str
@@ -141,7 +144,10 @@ class Walkthrough(Result):
         path_labels: Verdict on each path in the relative; without a relative those of the model.
         other_seed: Model that differs from the first in its seed, or "".
         skipped: Why the relative has no steps; "".
-        prompts, nulls, seed: Other questions of each variable, random-init models, seed.
+        prompts, nulls, seed: Other questions that were asked for, for each variable; random-init
+            models; seed.
+        same_question: Whether places are chosen and measured with other numbers in this same
+            question, as it fits no template; by default on other questions of its form.
     """
 
     text: str
@@ -157,6 +163,18 @@ class Walkthrough(Result):
     prompts: int
     nulls: int
     seed: int
+    same_question: bool = False
+
+    @property
+    def too_few(self) -> dict[str, int]:
+        """Variables with fewer pairs than were asked for, with their number."""
+        words = self.models[0].words
+        return {one.variable: one.prompts for one in words if one.prompts < self.prompts}
+
+    @property
+    def others(self) -> str:
+        """What places are measured on, in words."""
+        return "other numbers in this same question" if self.same_question else "other questions"
 
     def summary(self) -> tuple[str, ...]:
         """The steps, one sentence each."""
@@ -164,33 +182,37 @@ class Walkthrough(Result):
         for one in self.models:
             right = ", ".join(f"{gate.answer} {gate.accuracy.value:.0%}" for gate in one.gates)
             lines.append(f"{one.model} answers {one.reply!r}; right in other questions: {right}.")
-            lines += [f"{one.model}: {_sentence(swap)}" for swap in one.swaps()]
+            lines += [f"{one.model}: {self._sentence(swap)}" for swap in one.swaps()]
+        if self.too_few:
+            found = ", ".join(f"{name} {count}" for name, count in self.too_few.items())
+            lines.append(f"Fewer {self.others} than the {self.prompts} asked for: {found}.")
         return (*lines, *([self.skipped] if self.skipped else []))
 
     def table(self) -> "pd.DataFrame":
-        """One row for each swap."""
+        """One row for each swap; without an interval where all are of one question."""
         import pandas as pd
 
         rows = [
             {
                 "model": one.model, "variable": swap.variable, "site": swap.site,
                 "says": swap.says, "expected": swap.expected, "rate": swap.rate.value,
-                "low": swap.rate.low, "high": swap.rate.high, "elsewhere": swap.elsewhere,
-                "null": swap.null,
+                "low": math.nan if self.same_question else swap.rate.low,
+                "high": math.nan if self.same_question else swap.rate.high,
+                "elsewhere": swap.elsewhere, "null": swap.null,
             }
             for one in self.models
             for swap in one.swaps()
         ]  # fmt: skip
         return pd.DataFrame(rows)
 
+    def _sentence(self, swap: Swap) -> str:
+        rate = f"{swap.rate.value:.2f}" if self.same_question else str(swap.rate)
+        return (
+            f"with the state {swap.site} as for {swap.new!r} in place of {swap.old!r}, it says "
+            f"{swap.says!r} ({swap.expected!r} is right; {self.others} {rate}, elsewhere at "
+            f"most {swap.elsewhere:.2f}, random-init at most {swap.null:.2f})."
+        )
+
     def __repr__(self) -> str:
         names = " | ".join(one.model for one in self.models)
         return f"<Walkthrough of {names}: {self.text[:80]!r}>"
-
-
-def _sentence(swap: Swap) -> str:
-    return (
-        f"with the state {swap.site} as for {swap.new!r} in place of {swap.old!r}, it says "
-        f"{swap.says!r} ({swap.expected!r} is right; other questions {swap.rate}, elsewhere at "
-        f"most {swap.elsewhere:.2f}, random-init at most {swap.null:.2f})."
-    )

@@ -62,7 +62,7 @@ def walkthrough_page(walk: Walkthrough) -> Picture:
         f"<header><h1>{escape(question)}</h1>"
         f'<p class="pv-sub">How {escape(names)} get{"s" * (len(walk.models) == 1)} to the answer: '
         f"each claim is an experiment on the model, with its number.</p>{texts.in_short()}"
-        f"{skipped}</header>"
+        f"{skipped}{_too_few(walk)}</header>"
         f'<div class="pv-walk" data-steps="{len(steps)}">{body}</div>{_method(walk)}',
     )
 
@@ -235,14 +235,31 @@ def _swap_html(swap: Swap, texts: Texts) -> str:
     )
 
 
+def _too_few(walk: Walkthrough) -> str:
+    """Note on variables with fewer pairs than were asked for; "" without any."""
+    found = [f"{count} for the {_label(name)}" for name, count in walk.too_few.items()]
+    if not found:
+        return ""
+    text = f"Fewer {walk.others} than the {walk.prompts} asked for: {', '.join(found)}."
+    return f'<div class="pv-note">{escape(text)}</div>'
+
+
+def _label(variable: str) -> str:
+    return " and the ".join(LABELS[name] for name in variable.split(" and "))
+
+
 def _method(walk: Walkthrough) -> str:
+    form, ends = "questions of this form", ", whose fraction is given with its 95 % interval"
+    if walk.same_question:
+        form = "numbers in this same question, which fits no known form,"
+        ends = ". These are no sample of questions, so fractions have no interval"
     return (
         '<section class="pv-part"><h2>How it was measured</h2><p class="pv-lead">'
         + escape(
             f"Each experiment exchanges one state for that of a changed question with as many "
-            f"words. Places were chosen on some questions of this form and measured on up to "
-            f"{walk.prompts} others, whose fraction is given with its 95 % interval. Other words "
-            "of this layer, other heads: the best of them. Untrained models: "
+            f"words. Places were chosen on some {form} and measured on up to "
+            f"{walk.prompts} others{ends}. Other words of this layer, other heads: the best of "
+            f"them. Untrained models: "
             f"the best of {walk.nulls} with random weights. One model of each kind, seed "
             f"{walk.seed}: another training may give another way."
         )

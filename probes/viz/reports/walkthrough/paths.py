@@ -2,6 +2,7 @@
 
 from probes.comparison.paths.result import PathEffect
 from probes.comparison.walkthrough.result import ModelWalk, Walkthrough
+from probes.stats.intervals import Estimate
 from probes.viz.blocks import Table, TableCell
 from probes.viz.drawing import scrollable_svg
 from probes.viz.plots.role_path_map import MarkedPath, PathPanel, Word, role_path_drawing
@@ -22,16 +23,17 @@ def path_part(walk: Walkthrough) -> str:
         [
             LABELS[effect.contrast],
             texts.chain(effect.roles),
-            effect.full,
-            *([effect.other, _verdict(walk, effect)] if len(names) > 1 else []),
+            _share(walk, effect.full),
+            *([_share(walk, effect.other), _verdict(walk, effect)] if len(names) > 1 else []),
             percent(null_fraction(effect)),
         ]
         for effect in sorted(shown, key=lambda one: -max(one.full.value, one.other.value))
     ]
     columns = ("changed", "chain of words", *names, *(["verdict"] * (len(names) > 1)), "untrained")
+    interval = "" if walk.same_question else ", with its 95 % interval"
     notes = (
-        "Fraction of the change of the answer that this chain carries alone, with its 95 % "
-        f"interval; untrained: threshold of {walk.nulls} models with random weights.",
+        f"Fraction of the change of the answer that this chain carries alone{interval}; "
+        f"untrained: threshold of {walk.nulls} models with random weights.",
         *(
             [
                 f"Not shared between seeds: {walk.other_seed}, which is {names[0]} trained from "
@@ -59,6 +61,10 @@ def _panel(walk: Walkthrough, one: ModelWalk, at: int, shown: list[PathEffect]) 
             value = effect.full.value if is_full else effect.other.value
             paths.append(MarkedPath(effect.roles, mark, value, effect.answer != NUMBER))
     return PathPanel(one.model, "", (), tuple(words), tuple(paths))
+
+
+def _share(walk: Walkthrough, share: Estimate) -> Estimate | str:
+    return f"{share.value:.2f}" if walk.same_question else share
 
 
 def _verdict(walk: Walkthrough, effect: PathEffect) -> TableCell:

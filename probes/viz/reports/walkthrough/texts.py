@@ -24,7 +24,9 @@ class Texts:
     """Sentences about one walk-through."""
 
     def __init__(self, walk: Walkthrough) -> None:
-        self.walk = walk
+        self.walk, self.others = walk, walk.others
+        # One question with other numbers is not a sample of questions.
+        self.case, self.by = ("number", "with") if walk.same_question else ("question", "in")
         self.words = dict(walk.stretches)
         replies = zip(walk.answers, walk.models[0].reply.split(), strict=False)
         self.words |= {f"reply_{name}": word for (name, _), word in replies}
@@ -45,10 +47,11 @@ class Texts:
         return f"in the state of {self.quoted(swap.role)} after layer {swap.layer}"
 
     def numbers(self, swap: Swap) -> str:
-        """How often a swap works in other questions, and its controls."""
+        """How often a swap works with others, and its controls."""
         works = round(swap.rate.value * swap.prompts)
-        ends = f"{100 * swap.rate.low:.0f}–{percent(swap.rate.high)}"
-        texts = [f"right in {works} of {swap.prompts} other questions (interval {ends})"]
+        ends = f" (interval {100 * swap.rate.low:.0f}–{percent(swap.rate.high)})"
+        texts = [f"right {self.by} {works} of {swap.prompts} {self.others}"]
+        texts[0] += "" if self.walk.same_question else ends
         if self.place(swap):
             is_state = "resid" in swap.site
             elsewhere = "other words of this layer" if is_state else "other heads"
@@ -124,7 +127,7 @@ class Texts:
         return (
             "A shape marks what a state holds: exchange the state, and the answer changes as if "
             "this word had been changed. The larger the shape, the more often. A ring marks the "
-            "place, chosen on other questions, that holds all of them."
+            f"place, chosen on {self.others}, that holds all of them."
         )
 
     def meeting(self, one: ModelWalk) -> str:
@@ -135,12 +138,15 @@ class Texts:
         together = f"{', '.join(parts[:-1])} and {parts[-1]}"
         if not one.meeting:
             return (
-                f"No single state apart from the words themselves holds {together} in half of the "
-                "questions: they do not meet in one place that could be exchanged."
+                f"No single state apart from the words themselves holds {together} {self.by} half "
+                f"of the {self.case}s: they do not meet in one place that could be exchanged."
             )
         first = one.meeting[0]
         least = min(swap.rate.value for swap in one.meeting)
-        works = f"each of these exchanges works in at least {percent(least)} of the other questions"
+        works = (
+            f"each of these exchanges works {self.by} at least {percent(least)} of the "
+            f"{self.others}"
+        )
         if first.layer == one.layers:
             return (
                 f"No meeting place before the answer was found. Only in the output of the last "
@@ -173,8 +179,8 @@ class Texts:
         name = f"head {look.head} (in layer {look.layer + 1}) at {self.quoted(look.query)}"
         if fetch.rate < STRONG:
             return (
-                f"No head alone brings the {answer}: {name}, the best on the questions of "
-                f"the search, sets it in {percent(fetch.rate)} of the other questions."
+                f"No head alone brings the {answer}: {name}, the best on the {self.case}s of "
+                f"the search, sets it {self.by} {percent(fetch.rate)} of the {self.others}."
             )
         return (
             f"H{name[1:]} brings the {answer}. It gives {percent(look.weight)} of its attention to "
@@ -265,8 +271,8 @@ class Texts:
         rates, null = [s.rate.value for s in one.meeting], max(s.null for s in one.meeting)
         return (
             f"{together[0].upper()}{together[1:]} come together at "
-            f"{self.quoted(one.meeting[0].role)}: what is put there sets the answer in "
-            f"{percent(min(rates))} to {percent(max(rates))} of other questions (untrained models: "
+            f"{self.quoted(one.meeting[0].role)}: what is put there sets the answer {self.by} "
+            f"{percent(min(rates))} to {percent(max(rates))} of {self.others} (untrained models: "
             f"at most {percent(null)})."
         )
 
