@@ -102,7 +102,7 @@ def test_a_text_that_fits_no_template_is_tested_with_numbers_that_are_not_shown(
     made = sample_walkthrough_prompts(
         question, pattern("take-away"), [distilled.tokenizer], prompts=8, seed=0
     )
-    assert made.same_question and set(made.others.test) == {"x", "y", BOTH}
+    assert made.same_question and not made.left_out and set(made.others.test) == {"x", "y", BOTH}
     for name, pairs in made.others.test.items():
         assert {pair.clean.text for pair in pairs} == {question.text}
         searched = [p.counterfactual.text for p in made.others.search.get(name, ())]
@@ -110,6 +110,15 @@ def test_a_text_that_fits_no_template_is_tested_with_numbers_that_are_not_shown(
         assert len(tested) >= 4 and len({*tested, *searched}) == len(tested) + len(searched)
         assert made.own[name].counterfactual.text not in tested
         assert name == BOTH or made.own[name].counterfactual.text == searched[0]
+
+
+def test_a_number_with_too_few_changed_versions_is_named(distilled):
+    """From 2 coins at most 2 can be lost."""
+    question = match_text(FREE.replace("7", "2").replace("3", "1"))
+    made = sample_walkthrough_prompts(
+        question, pattern("take-away"), [distilled.tokenizer], prompts=8, seed=0
+    )
+    assert made.left_out == ("y",) and set(made.others.test) == {"x"}
 
 
 def test_a_walk_through_of_a_free_text_says_how_many_numbers_it_found(distilled):

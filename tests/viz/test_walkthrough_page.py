@@ -143,6 +143,9 @@ def test_fewer_pairs_than_asked_for_are_said_on_the_page_and_in_the_summary():
     assert made.summary()[-1] == "why"
     labels = "4 for the first number, 3 for the first number and the second number."
     assert f"{text}: {labels}" in walkthrough_page(made).body
+    made = walk(left_out=("operation",))
+    assert f"{text}: operation too few to test." in made.summary()
+    assert f"{text}: too few to test for the verb." in walkthrough_page(made).body
 
 
 def test_a_saved_walk_through_without_the_flag_is_of_other_questions(tmp_path):

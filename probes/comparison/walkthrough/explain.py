@@ -141,6 +141,7 @@ def _walk_through(
         nulls=settings.nulls,
         seed=settings.seed,
         same_question=prompts.same_question,
+        left_out=prompts.left_out,
     )
 
 

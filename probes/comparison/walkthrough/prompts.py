@@ -34,11 +34,13 @@ class WalkthroughPrompts:
         own: For each contrast the question with one changed version.
         others: Pairs of other questions of the same form, apart for search and test. Where the
             question fits no template, pairs of the question itself with its other changed versions.
+        left_out: Contrasts with too few pairs to test.
     """
 
     question: Question
     own: Mapping[str, Pair]
     others: PathPrompts
+    left_out: tuple[str, ...] = ()
 
     @property
     def same_question(self) -> bool:
@@ -63,10 +65,12 @@ def sample_walkthrough_prompts(
         PatternError: The question has no changed version that the tokenizers can read.
     """
     own: dict[str, list[Pair]] = {}
+    tried: dict[str, None] = {}
     is_free = question.template == FREE_TEXT
     count = 2 * prompts  # A third is for the search.
     most = count if is_free else prompts
     for contrast, other in _changed_versions(question, pattern, seed):
+        tried[contrast] = None
         pair = Pattern.make_pair(contrast, question, other)
         if len(own.get(contrast, ())) < most and is_aligned(pair, tokenizers):
             own.setdefault(contrast, []).append(pair)
@@ -98,6 +102,7 @@ def sample_walkthrough_prompts(
             {name: pairs for name, pairs in search.items() if name in kept},
             {name: pairs for name, pairs in test.items() if name in kept},
         ),
+        tuple(name for name in tried if name not in kept),
     )
 
 

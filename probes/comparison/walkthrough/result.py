@@ -148,6 +148,7 @@ class Walkthrough(Result):
             models; seed.
         same_question: Whether places are chosen and measured with other numbers in this same
             question, as it fits no template; by default on other questions of its form.
+        left_out: Variables for which too few of them were found to test.
     """
 
     text: str
@@ -164,6 +165,7 @@ class Walkthrough(Result):
     nulls: int
     seed: int
     same_question: bool = False
+    left_out: tuple[str, ...] = ()
 
     @property
     def too_few(self) -> dict[str, int]:
@@ -183,9 +185,12 @@ class Walkthrough(Result):
             right = ", ".join(f"{gate.answer} {gate.accuracy.value:.0%}" for gate in one.gates)
             lines.append(f"{one.model} answers {one.reply!r}; right in other questions: {right}.")
             lines += [f"{one.model}: {self._sentence(swap)}" for swap in one.swaps()]
-        if self.too_few:
-            found = ", ".join(f"{name} {count}" for name, count in self.too_few.items())
-            lines.append(f"Fewer {self.others} than the {self.prompts} asked for: {found}.")
+        if self.too_few or self.left_out:
+            found = [f"{name} {count}" for name, count in self.too_few.items()]
+            found += [f"{name} too few to test" for name in self.left_out]
+            lines.append(
+                f"Fewer {self.others} than the {self.prompts} asked for: {', '.join(found)}."
+            )
         return (*lines, *([self.skipped] if self.skipped else []))
 
     def table(self) -> "pd.DataFrame":

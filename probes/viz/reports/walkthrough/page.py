@@ -238,6 +238,7 @@ def _swap_html(swap: Swap, texts: Texts) -> str:
 def _too_few(walk: Walkthrough) -> str:
     """Note on variables with fewer pairs than were asked for; "" without any."""
     found = [f"{count} for the {_label(name)}" for name, count in walk.too_few.items()]
+    found += [f"too few to test for the {_label(name)}" for name in walk.left_out]
     if not found:
         return ""
     text = f"Fewer {walk.others} than the {walk.prompts} asked for: {', '.join(found)}."
