@@ -104,7 +104,7 @@ def load_parent(name: str | Path | Model | DerivedModel, *, dtype: str = "float3
     hf_model, tokenizer = load_hf_model(source, number_format)
     check_finite(hf_model, str(name))
     provenance = source_provenance(source, number_format) or Provenance(
-        "trained", "", dense_storage(hf_model, bits=16)
+        "trained", "", dense_storage(hf_model, bits=16), states_storage=False
     )
     return DerivedModel(split_name(name)[0], hf_model.eval(), tokenizer, provenance)
 

@@ -11,12 +11,12 @@ from probes.models.process_state import seeded_init
 
 def measure_rate(model: Model) -> Rate:
     """Return the storage cost of a model."""
-    hf_model = to_hf_model(model)
+    hf_model, made = to_hf_model(model), model.provenance
     return Rate(
-        storage=model.provenance.storage if model.provenance else dense_storage(hf_model, bits=16),
+        storage=made.storage if made else dense_storage(hf_model, bits=16),
         density=1 - zero_fraction(hf_model),
         parameters=sum(weight.numel() for weight in hf_model.parameters()),
-        is_recorded=model.provenance is not None,
+        is_recorded=made is not None and made.states_storage,
     )
 
 

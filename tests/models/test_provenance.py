@@ -5,11 +5,15 @@ import json
 import shutil
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from probes import files
 from probes.cli.app import app
 from probes.compression.derived_model import load_parent
+from probes.compression.pruning.prune import prune
+from probes.compression.storage import measure_rate
 from probes.errors import ModelError
 from probes.files import data_folder, list_models
 from probes.models.files import loading, names
@@ -18,11 +22,13 @@ from probes.models.files.provenance import (
     Provenance,
     StorageCost,
     changed_files,
+    folder_storage,
     read_provenance,
     recorded_hashes,
     write_provenance,
 )
-from probes.models.model import load
+from probes.models.model import load, wrap
+from probes.testing.tiny_models import tiny_hf
 
 
 def test_comparison_models_are_one_name_or_a_list(tmp_path):
@@ -134,3 +140,54 @@ def test_an_empty_record_of_hashes_says_that_nothing_was_compared(tmp_path):
     assert changed_files(saved) is None
     line = f"{saved}: no SHA-256 is recorded in relative.json, so nothing was compared"
     assert verify(saved) == (4, [line])
+
+
+def save_as(dtype, folder, **more):
+    """A tiny model whose matrices of the layers have a number format, as a folder of its files."""
+    tiny_hf("llama", seed=0).save_pretrained(folder)
+    path = folder / "model.safetensors"
+    weights = {
+        name: weight.to(dtype) if "proj" in name else weight
+        for name, weight in load_file(path).items()
+    }
+    save_file(weights | more, path, metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_plain_floats_count_16_bits_in_whatever_width_they_were_saved(dtype, tmp_path):
+    folder = save_as(dtype, tmp_path)
+    wrapped = measure_rate(wrap(tiny_hf("llama", seed=0), name="it"))
+    assert measure_rate(load(folder)) == wrapped and not wrapped.is_recorded
+    assert load_parent(folder).provenance.storage == wrapped.storage
+    # Pruning nothing saves nothing.
+    assert prune(folder, 0.0).provenance.storage == wrapped.storage
+
+
+def test_storage_that_was_not_recorded_stays_so_in_a_copy(tmp_path):
+    copied = load_parent(save_as(torch.float32, tmp_path / "own")).save(tmp_path / "copy")
+    assert not measure_rate(load(copied)).is_recorded
+    made = prune(tmp_path / "own", 0.5)
+    assert measure_rate(load(made.save(tmp_path / "pruned"))).is_recorded
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_float8_counts_8_bits(dtype, tmp_path):
+    storage, is_packed = folder_storage(save_as(dtype, tmp_path))
+    plain = measure_rate(wrap(tiny_hf("llama", seed=0), name="it")).storage
+    assert (storage.weights, storage.embeddings) == (plain.weights / 2, plain.embeddings)
+    assert is_packed
+
+
+def test_a_causal_mask_in_the_files_takes_no_storage(tmp_path):
+    mask = {"model.layers.0.attn.bias": torch.ones(1, 1, 48, 48, dtype=torch.bool)}
+    storage, is_packed = folder_storage(save_as(torch.float32, tmp_path, **mask))
+    assert storage == measure_rate(wrap(tiny_hf("llama", seed=0), name="it")).storage
+    assert not is_packed
+
+
+def test_a_number_format_of_unknown_width_is_named(tmp_path):
+    folder = save_as(torch.complex64, tmp_path)
+    with pytest.raises(ModelError, match=r"stores model\.layers\S+ as C64, whose bits") as caught:
+        folder_storage(folder)
+    assert "\n" not in str(caught.value)

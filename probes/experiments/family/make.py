@@ -258,7 +258,7 @@ def _early_model(chosen: Recipe, steps: int, folder: Path, work: Path) -> LlamaF
     def make() -> None:
         initial = initialize_member(chosen, folder=folder, work=work)
         early = initial.train(path.with_name(f"{path.name}-checkpoints"), until=steps)
-        storage = dense_storage(early, bits=32)
+        storage = dense_storage(early, bits=16)
         provenance = Provenance("trained", chosen.name, storage, {"until": steps})
         DerivedModel(path.name, early, initial.tokenizer, provenance).save(path)
 

@@ -120,7 +120,7 @@ def checkpoint_folders(name: str, steps: Sequence[int], *, folder: Path, work: P
     def save(step: int, model: nn.Module) -> None:
         if step in missing:
             hf_model: Any = model
-            storage = dense_storage(hf_model, bits=32)
+            storage = dense_storage(hf_model, bits=16)
             provenance = Provenance("trained", name, storage, {"until": step})
             derived = DerivedModel(f"{name}-{step}", hf_model, initial.tokenizer, provenance)
             derived.save(paths[step])

@@ -20,7 +20,7 @@ _TOKENIZER_FILES = (
 )
 
 # Causal masks that old releases of transformers saved with the weights.
-_MASK_KEY = re.compile(r"(^|\.)(attn|attention)\.(bias|masked_bias|causal_mask)$")
+MASK_KEY = re.compile(r"(^|\.)(attn|attention)\.(bias|masked_bias|causal_mask)$")
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -100,7 +100,7 @@ def _check_number_formats(path: Path) -> None:
 
     with safe_open(path, framework="pt") as file:
         for key in file.keys():  # noqa: SIM118 (no mapping: it has no iterator)
-            if key.endswith((".weight", ".bias")) and not _MASK_KEY.search(key):
+            if key.endswith((".weight", ".bias")) and not MASK_KEY.search(key):
                 kind = file.get_slice(key).get_dtype()
                 if kind[0] in "IUB" and kind != "BF16":
                     raise ModelError(
@@ -138,7 +138,7 @@ def check_loaded_keys(
         ModelError: Names the first key.
     """
     missing, mismatched = sorted(missing), sorted(mismatched)
-    unexpected = sorted(key for key in unexpected if not _MASK_KEY.search(key))
+    unexpected = sorted(key for key in unexpected if not MASK_KEY.search(key))
     if missing:
         raise ModelError(
             f"The weights of {source!r} are incomplete: {missing[0]} is missing and would be "

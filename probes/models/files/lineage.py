@@ -48,16 +48,17 @@ def _plain(name: str) -> str:
 
 
 def published_provenance(hub_id: str, folder: Path) -> Provenance | None:
-    """Provenance of a fetched hub id by the table and by its card; None where neither says."""
+    """Provenance of a fetched hub id by the table, its card and packed weights; None without."""
     read = card_provenance(folder)
     if found := find_lineage([hub_id]):
         return replace(read, **found[1])
-    return read if read.parent else None
+    return read if read.parent or read.states_storage else None
 
 
 def card_provenance(folder: Path) -> Provenance:
     """Provenance of a folder that has no provenance file: by its name, its config and its card."""
-    own = Provenance("trained", "", folder_storage(folder))
+    storage, is_packed = folder_storage(folder)
+    own = Provenance("trained", "", storage, states_storage=is_packed)
     # The name of a folder that the hub's cache holds is a commit.
     cached = [f"{owner}/{name}" for owner, name in _SNAPSHOT.findall(str(folder.resolve()))]
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from probes.errors import ModelError
 from probes.files import write_atomic
-from probes.models.files.folder import ADAPTER_WEIGHTS
+from probes.models.files.folder import ADAPTER_WEIGHTS, MASK_KEY
 
 PROVENANCE_FILE = "relative.json"
 """Name of the provenance file in a model's folder."""
@@ -63,6 +64,7 @@ class Provenance:
         teacher: The model whose logits or text it was trained on.
         other_seed, control, negative_control: Name or names of its other-seed models, same-shape
             controls and negative controls.
+        states_storage: Whether the storage was recorded; else each weight counts 16 bits.
     """
 
     kind: str
@@ -77,6 +79,12 @@ class Provenance:
     other_seed: ModelNames = ()
     control: ModelNames = ()
     negative_control: ModelNames = ()
+    states_storage: bool = True
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether nothing says how the model was made."""
+        return self.kind == "trained" and not (self.parent or self.settings)
 
     @property
     def other_seeds(self) -> tuple[str, ...]:
@@ -168,6 +176,8 @@ def write_provenance(provenance: Provenance, folder: Path) -> None:
     for name in ("base_model", "held_out", *optional):
         if not content[name]:
             del content[name]
+    if content["states_storage"]:
+        del content["states_storage"]
     write_atomic(folder / PROVENANCE_FILE, (json.dumps(content, indent=1) + "\n").encode())
 
 
@@ -217,26 +227,42 @@ def _names(names: ModelNames) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
 
 
-def folder_storage(folder: Path) -> StorageCost:
-    """Bits of the weights in a folder's safetensors files, tied weights once."""
+def folder_storage(folder: Path) -> tuple[StorageCost, bool]:
+    """Bits of the weights in a folder's safetensors files, and whether some have fewer than 16.
+
+    Plain floats count 16 bits in whatever width they were saved, as in all models of this kit:
+    the files would say how a model was saved, not what it takes. Tied weights count once.
+
+    Raises:
+        ModelError: A number format is unknown.
+    """
     from safetensors import safe_open
 
-    bits = {"weights": 0.0, "embeddings": 0.0, "other": 0.0}
+    bits, is_packed = {"weights": 0.0, "embeddings": 0.0, "other": 0.0}, False
     for path in sorted(folder.glob("[!.]*.safetensors")):
         if path.name == ADAPTER_WEIGHTS:  # Merged into the others.
             continue
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (no mapping: it has no iterator)
+                if MASK_KEY.search(name):  # A causal mask, which is not loaded.
+                    continue
                 piece = file.get_slice(name)
-                size, wide = 1, len(piece.get_shape())
-                for extent in piece.get_shape():
-                    size *= extent
-                width = _DTYPE_BITS.get(piece.get_dtype(), 32)
-                bits[storage_part(name, wide)] += size * width
-    return StorageCost(**bits)
+                shape, kind = piece.get_shape(), piece.get_dtype()
+                if kind not in _DTYPE_BITS:
+                    raise ModelError(
+                        f"{str(path)!r} stores {name} as {kind}, whose bits are not known here: "
+                        "save the model in float16 or float32"
+                    )
+                bits[storage_part(name, len(shape))] += math.prod(shape) * _DTYPE_BITS[kind]
+                is_packed |= _DTYPE_BITS[kind] < 16
+    return StorageCost(**bits), is_packed
 
 
-_DTYPE_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I8": 8, "U8": 8, "BOOL": 8}
+_DTYPE_BITS = {
+    **dict.fromkeys(("F64", "F32", "F16", "BF16"), 16),
+    **dict.fromkeys(("F8_E4M3", "F8_E5M2", "I8", "U8", "BOOL"), 8),
+    **{"I16": 16, "U16": 16, "I32": 32, "U32": 32, "I64": 64, "U64": 64},
+}
 
 _EMBEDDING_NAMES = (
     *("embed_tokens", "embed_positions", "word_embeddings"),
