@@ -348,6 +348,16 @@ def test_noise_is_matched_to_a_kl_and_measurements_are_reused(full, reference):
     assert match_noise(noisy, matched.value, 0, kl) == matched and len(runs) == before
 
 
+def test_a_folder_of_unknown_origin_is_compared_with_noise_as_the_same_model_wrapped(tmp_path):
+    plain = tiny_hf("llama", 0)
+    plain.save_pretrained(tmp_path)
+    assert one_point.is_compressed(wrap(plain, name="it"))
+    assert one_point.is_compressed(probes.load(tmp_path))
+    assert not one_point.is_compressed(probes.load("scratch"))
+    (tmp_path / "README.md").write_text("---\nbase_model: me/fox\n---\n")
+    assert not one_point.is_compressed(probes.load(tmp_path))
+
+
 def test_a_kl_that_no_noise_reaches_is_not_matched():
     noisy = noisy_model(tiny("llama"))
     assert match_noise(noisy, 5.0, 0, lambda model: 1.0) is None

@@ -77,7 +77,8 @@ def same_graph(a: Model, b: Model) -> bool:
 
 def is_compressed(model: Model) -> bool:
     """Whether the weights may be the parent's, changed but not trained anew."""
-    return model.provenance is None or model.provenance.kind in ("quantized", "pruned", "ticket")
+    made = model.provenance
+    return made is None or made.is_unknown or made.kind in ("quantized", "pruned", "ticket")
 
 
 def _training_kind(model: Model) -> str:
