@@ -109,6 +109,15 @@ def load_parent(name: str | Path | Model | DerivedModel, *, dtype: str = "float3
     return DerivedModel(split_name(name)[0], hf_model.eval(), tokenizer, provenance)
 
 
+def refuse_quantized(origin: DerivedModel, verb: str) -> None:
+    """Raise ModelError for a quantized model, whose storage a change of its weights would lose."""
+    if origin.provenance.kind == "quantized":
+        raise ModelError(
+            f"{origin.name} is quantized, and its weights would count as unrounded: {verb} "
+            f"{origin.provenance.parent or 'the model'} first, and quantize the result"
+        )
+
+
 def _files_of(model: Model) -> str:
     if source := stored_source(model.origin):
         return source

@@ -10,7 +10,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from probes.compression.block_layout import BlockLayout, axis_sizes, block_layout
-from probes.compression.derived_model import DerivedModel, dense_storage, load_parent
+from probes.compression.derived_model import (
+    DerivedModel,
+    dense_storage,
+    load_parent,
+    refuse_quantized,
+)
 from probes.errors import ModelError
 from probes.models.files.loading import check_finite
 from probes.models.files.provenance import JsonValue, Provenance
@@ -55,11 +60,12 @@ def grow(
 
     Raises:
         ModelError: The method is unknown, the sizes do not fit, the architecture is not supported,
-            or weights are not finite.
+            weights are not finite, or the model is quantized.
     """
     _check_sizes(method, size, insert_after)
     origin = load_parent(source)
     check_finite(origin.hf_model, origin.name)
+    refuse_quantized(origin, "grow")
     layout, old = block_layout(origin.hf_model, origin.name), axis_sizes(origin.hf_model)
     if method == "wider":
         width = _check_larger(size, old["neuron"], "neurons per layer", origin.name)

@@ -248,6 +248,14 @@ def test_growth_can_be_repeated():
 # --- refusals
 
 
+@pytest.mark.parametrize(("how", "size"), WAYS)
+def test_a_quantized_model_is_refused_in_the_words_of_pruning(how, size):
+    origin = bare("llama")
+    made = Provenance("quantized", "full", origin.provenance.storage)
+    with pytest.raises(ModelError, match="would count as unrounded: grow full first, and quantize"):
+        grow(DerivedModel("full-int8", origin.hf_model, None, made), how, size)
+
+
 @pytest.mark.parametrize(
     ("how", "settings", "message"),
     [

@@ -10,7 +10,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from probes.compression.block_layout import block_layout, silent_units, unit_masks
-from probes.compression.derived_model import DerivedModel, dense_storage, load_parent, zero_fraction
+from probes.compression.derived_model import (
+    DerivedModel,
+    dense_storage,
+    load_parent,
+    refuse_quantized,
+    zero_fraction,
+)
 from probes.compression.pruning.importance import (
     Calibration,
     output_norms,
@@ -223,9 +229,5 @@ def check_scope(origin: DerivedModel, method: str, scope: str | None) -> str:
         raise ModelError(
             f"{method!r} does not rank by {scope!r}: use one of {', '.join(METHOD_SCOPES[method])}"
         )
-    if origin.provenance.kind == "quantized":
-        raise ModelError(
-            f"{origin.name} is quantized, and its weights would count as unrounded: prune "
-            f"{origin.provenance.parent or 'the model'} first, and quantize the result"
-        )
+    refuse_quantized(origin, "prune")
     return scope or METHOD_SCOPES[method][0]
