@@ -38,8 +38,8 @@ TRAINING = TrainingConfig(steps=3, seed=0, batch=4, warmup=1, save_every=2)
 SETTINGS = DistillationSettings(layers=1, training=TRAINING)
 
 
-def derived(kind="llama", seed=0, name="tiny"):
-    hf_model = tiny_hf(kind, seed=seed)
+def derived(kind="llama", seed=0, name="tiny", **config):
+    hf_model = tiny_hf(kind, seed=seed, **config)
     return DerivedModel(
         name, hf_model.eval(), None, Provenance("trained", "", StorageCost(0.0, 0.0, 0.0))
     )
@@ -87,6 +87,24 @@ def test_a_fresh_student_keeps_the_head_size_and_depends_on_its_seed(full):
         build_student(full, DistillationSettings("fresh", 1, 50))
     with pytest.raises(ModelError, match="use start='fresh'"):
         build_student(full, DistillationSettings("layers", 2, 64))
+
+
+def test_a_fresh_student_has_whole_groups_of_heads_that_share_keys_and_values():
+    teacher = derived("llama-gqa", hidden_size=64, num_attention_heads=8, num_key_value_heads=4)
+    shapes = {}
+    for width in (8, 16, 24, 32, 48):  # One, two, three heads, and whole groups of two.
+        config = build_student(teacher, DistillationSettings("fresh", 1, width)).config
+        shapes[width] = (config.num_attention_heads, config.num_key_value_heads)
+    assert shapes == {8: (1, 1), 16: (2, 1), 24: (3, 1), 32: (4, 2), 48: (6, 3)}
+    with pytest.raises(ModelError, match=r"5 heads, and 2 of tiny .*: give a multiple of 16$"):
+        build_student(teacher, DistillationSettings("fresh", 1, 40))
+
+
+@pytest.mark.parametrize(("inner", "expected"), [(96, 48), (None, 4 * 16)])
+def test_the_mlps_of_a_fresh_student_scale_with_its_width(inner, expected):
+    student = build_student(derived("gpt2", n_inner=inner), DistillationSettings("fresh", 1, 16))
+    assert student.transformer.h[0].mlp.c_fc.weight.shape == (16, expected)
+    assert student(torch.arange(3, 9)[None]).logits.isfinite().all()
 
 
 def test_distillation_does_not_change_the_teacher_and_records_its_settings(tmp_path):

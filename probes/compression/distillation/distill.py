@@ -191,13 +191,20 @@ def _random_init_student(teacher: DerivedModel, layers: int, width: int, seed: i
             f"A student of width {width} has no whole number of heads of {d_head}: give a multiple"
         )
     kv_heads = int(getattr(config, "num_key_value_heads", 0) or config.num_attention_heads)
-    ratio = int(config.num_attention_heads) // kv_heads
+    heads, ratio = width // d_head, int(config.num_attention_heads) // kv_heads
+    kv_heads = max(1, heads // ratio)
+    if heads % kv_heads:
+        raise ModelError(
+            f"A student of width {width} has {heads} heads, and {ratio} of {teacher.name} share "
+            f"keys and values: give a multiple of {ratio * d_head}"
+        )
     config.num_hidden_layers, config.hidden_size = layers, width
-    config.num_attention_heads = width // d_head
+    config.num_attention_heads = heads
     if hasattr(config, "num_key_value_heads"):
-        config.num_key_value_heads = max(1, width // d_head // ratio)
-    if getattr(config, "intermediate_size", None):
-        config.intermediate_size = int(config.intermediate_size) * width // old
+        config.num_key_value_heads = kv_heads
+    for name in ("intermediate_size", "n_inner"):  # GPT-2 has the second, and it may be None.
+        if getattr(config, name, None):
+            setattr(config, name, int(getattr(config, name)) * width // old)
     kind: Any = type(teacher.hf_model)
     with seeded_init(seed):
         return kind._from_config(config, attn_implementation="eager", dtype=torch.float32)
