@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 import probes as pb
 from probes.comparison.setup.references import load_models
 from probes.compression.derived_model import DerivedModel, dense_storage, load_parent, zero_fraction
+from probes.compression.pruning.prune import prune
 from probes.compression.quantization.backends import (
     conv1d_to_linear,
     linear_layers,
@@ -272,6 +274,27 @@ def test_pruned_weights_stay_zero_and_are_not_stored(scheme):
     )
     assert found.provenance.storage.weights == kept * int(found.provenance.settings["bits"])
     assert (found.provenance.storage.mask_index, found.provenance.storage.embeddings) == (77.0, 2.0)
+
+
+def test_matrices_that_are_pruned_whole_are_not_stored_again_without_an_index():
+    pruned = prune(tiny("llama"), 1.0)
+    assert (pruned.provenance.storage.weights, pruned.provenance.storage.mask_index) == (0, 0)
+    once = quantize(pruned, "rtn-4")
+    assert once.provenance.storage.weights == 0
+    assert quantize(once, "rtn-8").provenance.storage.weights == 0
+
+
+def test_zeros_of_a_model_that_stores_them_stay_counted():
+    source = tiny("llama")
+    with torch.no_grad():
+        source.hf_model.model.layers[0].mlp.up_proj.weight.zero_()
+    whole = dense_storage(source.hf_model, bits=1).weights
+    once = quantize(source, "rtn-4")
+    assert once.provenance.storage.weights == 4 * whole
+    assert quantize(once, "rtn-8").provenance.storage.weights == 8 * whole
+    narrow = replace(source.provenance, storage=dense_storage(source.hf_model, bits=8))
+    float8 = replace(source, provenance=narrow)
+    assert quantize(float8, "rtn-4").provenance.storage.weights == 4 * whole
 
 
 # --- files and probes ----------------------------------------------------------------------------

@@ -176,10 +176,9 @@ def _storage_cost(
 ) -> StorageCost:
     """Storage; `sizes` are the numbers of quantized weights, and of those that are not 0."""
     before, whole = origin.provenance.storage, dense_storage(origin.hf_model, bits=16)
-    # An index of kept weights means that the others are not stored.
     count, nonzero = sizes
-    kept = nonzero if before.mask_index > 0 else count
     rest = whole.weights - 16 * count
+    kept = nonzero if _is_sparse(origin.provenance, rest, count) else count
     tables = sum(
         p.weight.numel() * scheme.bits + p.scale_bits + p.zero_point_bits
         for p in rounded_tables.values()
@@ -192,6 +191,18 @@ def _storage_cost(
         embeddings=tables if rounded_tables else min(before.embeddings, whole.embeddings),
         other=min(before.other, whole.other),
     )
+
+
+def _is_sparse(made: Provenance, rest: float, count: int) -> bool:
+    """Whether the weights that are 0 are not stored: there is an index, or fewer are stored.
+
+    Matrices that are kept whole or not at all need no index.
+    """
+    bits = made.settings.get("bits") if made.kind == "quantized" else 16
+    # Of other models fewer bits mean narrower weights: those of GGUF and float8.
+    if made.kind not in ("pruned", "ticket", "quantized") or not isinstance(bits, int):
+        return made.storage.mask_index > 0
+    return made.storage.mask_index > 0 or made.storage.weights < rest + bits * count
 
 
 def kernel_test_inputs(origin: DerivedModel, seed: int) -> list[Int[Tensor, "_ _"]]:
